@@ -36,19 +36,20 @@ pub struct Inspection {
 /// Describes a model folder, the model of a model file, or a folder or file that holds only a DiT. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
     let mut problems = Vec::new();
-    let named =
-        weights::model_file(path).and_then(|file| ModelFile::read(&file).map_err(|e| problems.push(e)).ok());
-    // A model file with a mistake has said so, and names no transformer.
+    let named = match weights::model_file(path).map(|file| ModelFile::read(&file)).transpose() {
+        Ok(named) => named,
+        // Nothing is known of the parts, and the file itself is none.
+        Err(mistakes) => return Inspection::of_nothing(path, mistakes),
+    };
     let experts: Vec<Summary> = match weights::transformers(path) {
         Ok(found) => {
             found.iter().filter_map(|(expert, dit)| Some(Summary::of_expert(dit, (*expert)?))).collect()
         }
         Err(e) => {
-            problems.extend((!problems.contains(&e.to_string())).then(|| e.to_string()));
+            problems.push(e.to_string());
             Vec::new()
         }
     };
-    let recipe = if experts.is_empty() { Recipe::wan21_i2v_14b() } else { Recipe::wan22_i2v_a14b() };
     let place = |component| match (&named, component) {
         (None, _) => Some(path),
         (Some(named), Component::Dit) => named.parts.dit.as_deref(),
@@ -57,10 +58,16 @@ pub fn inspect(path: &Path) -> Inspection {
         (Some(named), Component::Vae) => Some(&*named.parts.vae),
     };
     let is_pair = !experts.is_empty();
-    let other = |part: &Part<'_>| !is_pair || part.component() != Component::Dit;
-    let found = |part: Part<'_>| Some(Summary::of(place(part.component())?, part.component()));
-    let parts: Vec<Summary> =
-        experts.into_iter().chain(recipe.networks().filter(other).filter_map(found)).collect();
+    let is_expert = || place(Component::Dit).is_some_and(weights::is_lone_expert);
+    let recipe = if is_pair || is_expert() { Recipe::wan22_i2v_a14b() } else { Recipe::wan21_i2v_14b() };
+    let summary = |component| Some(Summary::of(place(component)?, component));
+    let transformers = if is_pair { experts } else { summary(Component::Dit).into_iter().collect() };
+    let others = recipe.networks().map(|part| part.component()).filter(|part| *part != Component::Dit);
+    let parts: Vec<Summary> = transformers.into_iter().chain(others.filter_map(summary)).collect();
+    let recipe = match size(&parts, Component::Dit, "image_positions") {
+        Some(_) => recipe.between_two_pictures(),
+        None => recipe,
+    };
     // Whether the parts fit together is for whoever opens them to say.
     if (named.is_some() || (is_pair && parts.iter().all(|part| part.usable)))
         && let Err(e) = weights::Model::open(path, None)
@@ -100,6 +107,22 @@ pub fn inspect(path: &Path) -> Inspection {
         parameters: parts.iter().map(|p| p.parameters).sum(),
         bytes: parts.iter().map(|p| p.bytes).sum(),
         parts,
+    }
+}
+
+impl Inspection {
+    /// Returns the description of a model of which nothing is known but what is wrong.
+    fn of_nothing(path: &Path, problem: String) -> Self {
+        Self {
+            folder: path.to_owned(),
+            model: "no model that can be read".to_owned(),
+            usable: false,
+            parts: Vec::new(),
+            tokenizer: None,
+            problems: vec![problem],
+            parameters: 0,
+            bytes: 0,
+        }
     }
 }
 
@@ -148,7 +171,9 @@ fn in_units(bytes: u64) -> String {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.folder.display(), self.model)?;
-        writeln!(f, "{} parameters, {}", grouped(self.parameters), in_units(self.bytes))?;
+        if !self.parts.is_empty() {
+            writeln!(f, "{} parameters, {}", grouped(self.parameters), in_units(self.bytes))?;
+        }
         for part in &self.parts {
             let state = if part.usable { "ok" } else { "not usable" };
             writeln!(f, "\n{}: {state}", part.title())?;
@@ -173,6 +198,7 @@ impl fmt::Display for Inspection {
         }
         match &self.tokenizer {
             Some(path) => writeln!(f, "\ntokenizer: ok\n  file: {}", path.display())?,
+            None if self.parts.is_empty() => {}
             None => writeln!(f, "\ntokenizer: missing")?,
         }
         for problem in &self.problems {
@@ -188,7 +214,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::weights::Layout;
+    use crate::synth::{Family, Size, synth_model};
+    use crate::weights::{DType, Layout};
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
@@ -243,6 +270,64 @@ mod tests {
         assert!(get(&inspection, Component::Clip).problems[0].contains("is missing"));
         assert!(inspection.problems[0].contains("tokenizer.json"));
         assert!(inspect(&dir.path().join("gone")).problems[0].contains("does not exist"));
+    }
+
+    #[test]
+    fn a_model_file_with_a_mistake_is_told_for_its_mistake_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("wan.toml");
+        let text = "name = \"wan\"\n[parts]\ndit = \"d\"\ntext = \"t\"\nclip = \"c\"\nvae = \"v\"\n[sampling]\nfoo = 2\n";
+        fs::write(&file, text).unwrap();
+        let inspection = inspect(&file);
+        assert!(!inspection.usable && inspection.parts.is_empty(), "{inspection}");
+        let [problem] = &inspection.problems[..] else { panic!("{inspection}") };
+        assert!(problem.contains("`foo`") && problem.contains("line 8"), "{problem}");
+        assert!(!inspection.to_string().contains("tokenizer"), "{inspection}");
+    }
+
+    #[test]
+    fn a_model_is_called_by_its_own_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Size::Tiny.recipe_of(Family::Flf2v);
+        synth_model(dir.path(), recipe, DType::Bf16, None, 1, &mut |_, _| Ok(())).unwrap();
+        let inspection = inspect(dir.path());
+        assert!(inspection.usable, "{inspection}");
+        assert_eq!(inspection.model, "Wan2.1 first-and-last-frame, 3 blocks of width 256");
+    }
+
+    #[test]
+    fn a_pair_without_one_of_the_two_lacks_that_one_alone() {
+        for (gone, title, words) in
+            [("low_noise_model", "DiT, low", "low-noise"), ("high_noise_model", "DiT, high", "high-noise")]
+        {
+            let dir = pair(false);
+            fs::remove_dir_all(dir.path().join(gone)).unwrap();
+            let inspection = inspect(dir.path());
+            let broken: Vec<_> = inspection.parts.iter().filter(|part| !part.usable).collect();
+            let [one] = &broken[..] else { panic!("{inspection}") };
+            let said = format!(
+                "the {words} transformer is missing: `{}` does not exist; copy it there",
+                dir.path().join(gone).display()
+            );
+            assert_eq!((one.title(), &one.problems), (title, &vec![said.clone()]));
+            assert!(inspection.problems.is_empty(), "{inspection}");
+            let opened = weights::Model::open(dir.path(), None).err().map(|e| e.to_string());
+            assert_eq!(opened, Some(said));
+            let folder = weights::open_dit(dir.path()).err().map(|e| e.to_string()).unwrap();
+            assert!(folder.contains(gone) && folder.contains("the other one is missing"), "{folder}");
+        }
+        // Of a transformer alone that nothing names, it is said what it is, and nothing of an encoder that it does not take.
+        let dir = pair(false);
+        let file = "diffusion_pytorch_model.safetensors";
+        fs::rename(dir.path().join("high_noise_model").join(file), dir.path().join(file)).unwrap();
+        for folder in ["high_noise_model", "low_noise_model"] {
+            fs::remove_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let inspection = inspect(dir.path());
+        assert!(get(&inspection, Component::Dit).problems[0].contains("needs the other one"), "{inspection}");
+        assert!(inspection.parts.iter().all(|part| part.component != Component::Clip), "{inspection}");
+        let opened = weights::Model::open(dir.path(), None).err().map(|e| e.to_string()).unwrap();
+        assert!(opened.contains("needs the other one") && !opened.contains("CLIP"), "{opened}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::model_file::{ModelFile, PartPaths};
+use crate::model_file::{self, ModelFile, PartPaths, Sampling};
 use crate::nearest::nearest;
 
 /// The name of the folders that programs keep `LoRAs` in, beside a model's other files.
@@ -71,6 +71,11 @@ pub fn find(folders: &[PathBuf], name: &str) -> Result<PathBuf, String> {
     let names = || known.keys().map(String::as_str);
     Err(match nearest(name, names()) {
         Some(near) => format!("no LoRA is called `{name}`; did you mean `{near}`?"),
+        None if folders.is_empty() => {
+            format!(
+                "no LoRA is called `{name}`; no folder of LoRAs is given, and the model has none of its own"
+            )
+        }
         None if known.is_empty() => {
             let places: Vec<String> =
                 folders.iter().map(|folder| format!("`{}`", folder.display())).collect();
@@ -82,6 +87,17 @@ pub fn find(folders: &[PathBuf], name: &str) -> Result<PathBuf, String> {
             format!("no LoRA is called `{name}`; known are {}{more}", names.join(", "))
         }
     })
+}
+
+/// Returns how a model with this `LoRA` is sampled, if a file beside it says so: `four-steps.toml` beside
+/// `four-steps.safetensors` has the section `[sampling]` of a model file. A `LoRA` that distils a model to a few steps says nothing of
+/// that itself.
+///
+/// # Errors
+/// A sentence with every mistake in the file.
+pub fn sampling(lora: &Path) -> Result<Option<Sampling>, String> {
+    let beside = lora.with_extension("toml");
+    beside.is_file().then(|| model_file::sampling_of(&beside)).transpose()
 }
 
 /// Returns the names of all `LoRAs`, without endings, and the file of each.
@@ -193,6 +209,20 @@ mod tests {
         assert_eq!(find_in(&places, "allowed"), Ok(root.join("secret.safetensors")));
         assert_eq!(list(&places).into_keys().collect::<Vec<_>>(), ["allowed"]);
         assert!(find_in(&folders[2..], "x").is_err_and(|e| e.contains("there are none in `/")));
+        assert!(find_in(&[], "x").is_err_and(|e| e.contains("no folder of LoRAs is given")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_beside_a_lora_says_how_it_is_sampled() -> Tested {
+        let dir = tempfile::tempdir()?;
+        let lora = dir.path().join("four-steps.safetensors");
+        assert_eq!(sampling(&lora), Ok(None));
+        let beside = dir.path().join("four-steps.toml");
+        fs::write(&beside, "[sampling]\ndistilled = true\n")?;
+        assert_eq!(sampling(&lora), Ok(Some(Sampling { distilled: Some(true), ..Sampling::default() })));
+        fs::write(&beside, "[sampling]\nsteeps = 4\n")?;
+        assert!(sampling(&lora).is_err_and(|e| e.contains("line 2") && e.contains("did you mean `steps`?")));
         Ok(())
     }
 

@@ -213,6 +213,21 @@ impl Recipe {
         Self::wan21_i2v(dit, t5, clip, vae)
     }
 
+    /// Returns the recipe of the first-and-last-frame model whose networks have the sizes of this image-to-video model, which takes
+    /// pictures by an image encoder; any other recipe as it is.
+    #[must_use]
+    pub fn between_two_pictures(self) -> Self {
+        match (&self.experts[..], &self.conditioning.image_encoder) {
+            ([expert], Some(clip)) => {
+                let clip = clip.config.clone();
+                let positions = Some(2 * clip.tokens());
+                let dit = DitConfig { image_positions: positions, ..expert.network.config.clone() };
+                Self::wan21_i2v(dit, self.text_encoder.config, clip, self.vae.config)
+            }
+            _ => self,
+        }
+    }
+
     /// Returns the recipe of Wan2.2 image-to-video with networks of these sizes; the experts are the high-noise and the
     /// low-noise one.
     pub fn wan22_i2v(experts: [DitConfig; 2], t5: T5Config, vae: VaeConfig) -> Self {

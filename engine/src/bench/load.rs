@@ -94,13 +94,13 @@ pub fn load<B: Backend>(backend: &B, setup: &Setup, path: &Path) -> Result<Loads
     let (recipe, networks) = open(path)?;
     let request = Settings { prompt: Some("a boat".into()), ..Settings::default() }.resolve(|| SEED)?;
     backend.reserve(&Plan::new(&recipe, &request, [832, 480], setup).memory)?;
-    let networks = networks.into_iter().map(|weights| one(backend, setup, &recipe, weights));
+    let networks = networks.into_iter().map(|(name, weights)| one(backend, setup, &recipe, name, weights));
     Ok(Loads(networks.collect::<Result<_>>()?))
 }
 
-/// Returns the model's recipe and its networks in the order in which a job uses them. For a DiT alone, the recipe has the
+/// Returns the model's recipe, and its networks with their names in the order in which a job uses them. For a DiT alone, the recipe has the
 /// released model's other networks.
-fn open(path: &Path) -> Result<(Recipe, Vec<Weights>)> {
+fn open(path: &Path) -> Result<(Recipe, Vec<(String, Weights)>)> {
     let whole = match path.is_dir() {
         true => Model::open(path, None).map_err(Some),
         false => Err(None),
@@ -112,21 +112,36 @@ fn open(path: &Path) -> Result<(Recipe, Vec<Weights>)> {
             networks.extend(model.clip.map(|(weights, _)| weights));
             networks.extend([model.vae.0, model.dit.0]);
             networks.extend(model.low_noise.map(|(weights, _)| weights));
-            Ok((recipe, networks))
+            // Of each kind they come in the order in which the recipe has them.
+            let named = |(i, weights): (usize, &Weights)| {
+                let kind = weights.component();
+                let before = networks[..i].iter().filter(|other| other.component() == kind).count();
+                recipe
+                    .networks()
+                    .filter(|part| part.component() == kind)
+                    .nth(before)
+                    .map(|p| p.name.to_owned())
+            };
+            let names: Vec<String> = networks.iter().enumerate().filter_map(named).collect();
+            Ok((recipe, names.into_iter().zip(networks).collect()))
         }
         Err(e) => {
             let (weights, config) = weights::open_dit(path).map_err(|own| e.unwrap_or(own))?;
             let mut recipe = Recipe::wan21_i2v_14b();
             recipe.experts.iter_mut().for_each(|expert| expert.network.config = config.clone());
-            Ok((recipe, vec![weights]))
+            Ok((recipe, vec![(Component::Dit.title().to_owned(), weights)]))
         }
     }
 }
 
-fn one<B: Backend>(backend: &B, setup: &Setup, recipe: &Recipe, weights: Weights) -> Result<Loaded> {
+fn one<B: Backend>(
+    backend: &B,
+    setup: &Setup,
+    recipe: &Recipe,
+    name: String,
+    weights: Weights,
+) -> Result<Loaded> {
     let component = weights.component();
-    let part = recipe.networks().find(|part| part.component() == component);
-    let name = part.map(|part| part.name.to_owned()).unwrap_or_default();
     let files: Vec<PathBuf> = weights.files().into_iter().map(Path::to_owned).collect();
     let (layout, bytes) = (weights.layout().name().to_owned(), weights.places().bytes());
     let disk = read_speed(&files)?;
@@ -232,7 +247,7 @@ impl MemoryWatch {
 mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
-    use crate::synth::{Size, synth_model};
+    use crate::synth::{Family, Size, synth_model};
     use crate::weights::DType;
 
     #[test]
@@ -256,5 +271,17 @@ mod tests {
             load(&Cpu::new(), &Setup::CPU, &folder.join("diffusion_pytorch_model.safetensors")).unwrap();
         assert_eq!((dit.0.len(), dit.0[0].bytes), (1, rows.0[3].bytes));
         assert!(load(&Cpu::new(), &Setup::CPU, dir.path()).is_err());
+    }
+
+    #[test]
+    fn each_of_two_transformers_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Size::Tiny.recipe_of(Family::Wan22);
+        synth_model(dir.path(), recipe, DType::Bf16, None, 1, &mut |_, _| Ok(())).unwrap();
+        let rows = load(&Cpu::new(), &Setup::CPU, dir.path()).unwrap();
+        let names: Vec<_> = rows.0.iter().map(|row| &*row.network).collect();
+        assert_eq!(names, ["umT5", "VAE", "DiT, high", "DiT, low"]);
+        let folder = |row: usize| rows.0[row].files[0].parent().unwrap().file_name().unwrap().to_owned();
+        assert_eq!([folder(2), folder(3)], ["high_noise_model", "low_noise_model"]);
     }
 }

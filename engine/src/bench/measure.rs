@@ -70,7 +70,7 @@ fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
 pub struct Around {
     /// The umT5 encoder, 512 tokens.
     pub text: Measured,
-    /// The CLIP tower.
+    /// The CLIP tower, of all pictures that the model takes.
     pub image: Measured,
     /// The VAE's encoder.
     pub encode: Measured,
@@ -103,7 +103,11 @@ pub fn around<B: Backend>(
     let image = match models.image_encoder() {
         Some(clip) => {
             outputs.save("image", &[("image", b, &clip.encode(b, &pixels, None)?)])?;
-            measure(b, runs, observer, || wait(b, &clip.encode(b, &pixels, None)?))?
+            // A model that makes videos between two pictures reads both.
+            let pictures = if recipe.needs_last_frame() { 2 } else { 1 };
+            measure(b, runs, observer, || {
+                (0..pictures).try_for_each(|_| wait(b, &clip.encode(b, &pixels, None)?))
+            })?
         }
         None => Measured { seconds: Seconds::of(vec![0.0; runs]), memory: 0 },
     };
@@ -112,7 +116,8 @@ pub fn around<B: Backend>(
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
     let picture = b.upload(&picture, &[3, 1, height, width])?;
     let latent_frames = job.request.latent_frames();
-    let footage = || Footage::Picture { picture: &picture, last: None, latent_frames };
+    let last = recipe.needs_last_frame().then_some(&picture);
+    let footage = || Footage::Picture { picture: &picture, last, latent_frames };
     let encoded = || models.vae()?.encode(b, footage(), tile, observer, None);
     let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
     if outputs.wanted() {

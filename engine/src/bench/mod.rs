@@ -149,7 +149,7 @@ pub struct Measurement {
     pub load: f64,
     /// umT5, one prompt of 512 tokens.
     pub text: Seconds,
-    /// CLIP, one picture.
+    /// CLIP, of one picture, or of both that the model takes.
     pub image: Seconds,
     /// The context of one branch's text and picture in all blocks, which a job computes once.
     pub context: Seconds,
@@ -508,6 +508,8 @@ fn request(options: &Options, picture: &Picture, row: Row, recipe: &Recipe) -> R
         size: Some(size),
         frames: Some(options.frames),
         tiling: Some(options.tiling),
+        // A model that makes videos between two pictures gets the one twice: what is computed is the same.
+        looped: recipe.needs_last_frame().then_some(true),
         ..row.settings()
     };
     Ok(settings.resolve_for(&recipe.defaults, || SEED)?)

@@ -48,11 +48,21 @@ pub enum Row {
 
 impl Row {
     /// The rows that are measured by default.
-    pub const USUAL: [Self; 6] =
+    const USUAL: [Self; 6] =
         [Self::Bf16Exact, Self::Bf16EightBit, Self::Fp8, Self::Fp8Teacache, Self::Fp8Magcache, Self::Distill];
 
     /// The rows that are measured by default where a profile has the DiT in int8.
-    pub const USUAL_IN_INT8: [Self; 3] = [Self::Int8, Self::Int8Magcache, Self::Int8Distill];
+    const USUAL_IN_INT8: [Self; 3] = [Self::Int8, Self::Int8Magcache, Self::Int8Distill];
+
+    /// Returns the rows that are measured by default with a model of this family, where a profile has the DiT in this precision.
+    pub fn usual(family: Family, dit: Precision) -> Vec<Self> {
+        match (family, dit) {
+            (Family::Wan21 | Family::Flf2v, Precision::Int8) => Self::USUAL_IN_INT8.to_vec(),
+            (Family::Wan21 | Family::Flf2v, _) => Self::USUAL.to_vec(),
+            (Family::Wan22, Precision::Int8) => vec![Self::Wan22Int8, Self::Wan22Int8Distill],
+            (Family::Wan22, _) => vec![Self::Wan22Bf16Exact, Self::Wan22Fp8, Self::Wan22Distill],
+        }
+    }
 
     /// Returns the row's name in options, tables and JSON.
     pub fn name(self) -> &'static str {
@@ -143,6 +153,17 @@ impl Row {
 mod tests {
     use super::*;
     use clap::ValueEnum;
+
+    #[test]
+    fn usual_rows_are_of_their_family() {
+        for family in [Family::Wan21, Family::Wan22] {
+            for dit in [Precision::Bf16, Precision::Fp8, Precision::Int8] {
+                let rows = Row::usual(family, dit);
+                assert!(!rows.is_empty() && rows.iter().all(|row| row.family() == family), "{rows:?}");
+                assert!(dit != Precision::Int8 || rows.iter().all(|row| row.weights() == dit), "{rows:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_row_has_one_name() {

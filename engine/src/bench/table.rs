@@ -18,7 +18,7 @@ impl fmt::Display for Outcome {
         writeln!(f, "seconds, warm medians of {runs}\n")?;
         writeln!(
             f,
-            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}",
+            "{:19}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}",
             "",
             "load",
             "text",
@@ -36,7 +36,7 @@ impl fmt::Display for Outcome {
         for row in &self.rows {
             writeln!(
                 f,
-                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}",
+                "{:19}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}",
                 row.row.name(),
                 row.load,
                 row.text.median,
@@ -55,7 +55,7 @@ impl fmt::Display for Outcome {
         let whole = self.rows.iter().filter_map(|row| Some((row, row.job_measured?)));
         for (i, (row, seconds)) in whole.enumerate() {
             let before = if i == 0 { "\nreal jobs, from the request to the file:\n" } else { "" };
-            write!(f, "{before}{:13}{seconds:>8.2} s", row.row.name())?;
+            write!(f, "{before}{:19}{seconds:>8.2} s", row.row.name())?;
             if let Some(seconds) = row.exchange_measured {
                 write!(f, ", {seconds:.3} s of them because the transformers take turns")?;
             }

@@ -10,9 +10,11 @@ use animd_engine::progress::{Observer, Progress};
 use animd_engine::synth::{self, Family};
 use animd_engine::{Error, Result};
 use animd_protocol::plan::cards::Card;
-use animd_protocol::plan::{Setup, gib};
+use animd_protocol::plan::gib;
 use animd_protocol::profile::{Precision, Profile};
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Size, Tiling};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::backend::{self, Chosen};
@@ -71,7 +73,7 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// What to measure [default: `int8,int8-magcache,int8-distill`; with a profile in another precision those of Wan2.1 in bf16 and
-    /// fp8, but `fp8-exact`]
+    /// fp8, but `fp8-exact`; with a model of Wan2.2 its own rows, but `wan22-fp8-exact`]
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
     /// `480p`, here exactly 832x480, `720p`, 1280x720, or `WIDTHxHEIGHT`
@@ -195,56 +197,49 @@ impl Bench {
                 card.name
             ));
         }
-        let rows = match (&self.rows[..], setup.precision.dit) {
-            ([], Precision::Int8) => Row::USUAL_IN_INT8.to_vec(),
-            ([], _) => Row::USUAL.to_vec(),
-            (rows, _) => rows.to_vec(),
-        };
         let mut outcome: Option<bench::Outcome> = None;
-        for family in [Family::Wan21, Family::Wan22] {
-            let rows: Vec<Row> = rows.iter().filter(|row| row.family() == family).copied().collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let mut pipeline = self.pipeline(backend.clone(), &setup, family, &rows)?;
+        let mut measure = |pipeline: &mut Pipeline<B>, rows| {
             let options = self.options(rows, profile, device.to_owned(), cards.clone());
             let watch = Watch(stop.clone());
-            let measured = bench::run(&mut pipeline, &options, &watch, &|text| eprintln!("{text}"))?;
-            outcome = Some(match outcome {
+            let measured = bench::run(pipeline, &options, &watch, &|text| eprintln!("{text}"))?;
+            outcome = Some(match outcome.take() {
                 Some(before) => before.and(measured),
                 None => measured,
             });
+            Ok::<(), Error>(())
+        };
+        match &self.model {
+            Some(folder) => {
+                let mut pipeline =
+                    Pipeline::open(backend.clone(), &setup, folder, self.dit.as_deref(), None)?;
+                let family = family_of(pipeline.recipe());
+                let rows = chosen(&self.rows, family, setup.precision.dit);
+                check_rows(&rows, family).map_err(|why| {
+                    Error::Setting(format!(
+                        "`{}` is a model of {}, {why}",
+                        folder.display(),
+                        pipeline.recipe().family
+                    ))
+                })?;
+                measure(&mut pipeline, rows)?;
+            }
+            None => {
+                let all = chosen(&self.rows, Family::Wan21, setup.precision.dit);
+                for family in [Family::Wan21, Family::Wan22] {
+                    let rows: Vec<Row> = all.iter().filter(|row| row.family() == family).copied().collect();
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    let size = self.synthetic.unwrap_or(synth::Size::Full);
+                    let mut pipeline =
+                        Pipeline::made_up(backend.clone(), &setup, size.recipe_of(family), SEED)?;
+                    measure(&mut pipeline, rows)?;
+                }
+            }
         }
         let mut outcome = outcome.ok_or_else(|| Error::Internal("no rows were measured".into()))?;
         notes.append(&mut outcome.notes);
         Ok(bench::Outcome { notes, ..outcome })
-    }
-
-    /// Opens or makes up the model that these rows of a family measure.
-    fn pipeline<B: Backend>(
-        &self,
-        backend: B,
-        setup: &Setup,
-        family: Family,
-        rows: &[Row],
-    ) -> Result<Pipeline<B>> {
-        let Some(folder) = &self.model else {
-            let size = self.synthetic.unwrap_or(synth::Size::Full);
-            return Pipeline::made_up(backend, setup, size.recipe_of(family), SEED);
-        };
-        let pipeline = Pipeline::open(backend, setup, folder, self.dit.as_deref(), None)?;
-        let experts = family.experts();
-        if pipeline.recipe().experts.len() != experts {
-            let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
-            return Err(Error::Setting(format!(
-                "`{}` is a model of {}, whose number of transformers is not the {experts} that these rows are for: {}; choose \
-                 other `--rows`",
-                folder.display(),
-                pipeline.recipe().family,
-                names.join(", ")
-            )));
-        }
-        Ok(pipeline)
     }
 
     fn options(&self, rows: Vec<Row>, profile: &Profile, device: String, cards: Cards) -> Options {
@@ -263,6 +258,31 @@ impl Bench {
     }
 }
 
+/// Returns the rows that were asked for, or else the usual ones of a family where the DiT is in this precision.
+fn chosen(asked: &[Row], family: Family, dit: Precision) -> Vec<Row> {
+    if asked.is_empty() { Row::usual(family, dit) } else { asked.to_vec() }
+}
+
+/// Returns the family whose rows measure a model of this recipe: by its number of transformers.
+fn family_of(recipe: &Recipe) -> Family {
+    if recipe.experts.len() == Family::Wan22.experts() { Family::Wan22 } else { Family::Wan21 }
+}
+
+/// Refuses rows of another family than the model's. The error is the end of a sentence about the model.
+fn check_rows(rows: &[Row], family: Family) -> std::result::Result<(), String> {
+    let names = |rows: &[Row]| rows.iter().map(|row| row.name()).collect::<Vec<_>>().join(", ");
+    let others: Vec<Row> = rows.iter().filter(|row| row.family() != family).copied().collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let own: Vec<Row> = Row::value_variants().iter().filter(|row| row.family() == family).copied().collect();
+    Err(format!(
+        "whose number of transformers is another one than these rows are for: {}; choose `--rows` of {}",
+        names(&others),
+        names(&own)
+    ))
+}
+
 /// Stops the work on a signal; the bench prints its progress itself.
 struct Watch(Stop);
 
@@ -271,5 +291,29 @@ impl Observer for Watch {
 
     fn canceled(&self) -> bool {
         self.0.asked()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_measured_by_rows_of_its_family() {
+        let family = |family| family_of(&synth::Size::Tiny.recipe_of(family));
+        assert_eq!(
+            [Family::Wan21, Family::Flf2v, Family::Wan22].map(family),
+            [Family::Wan21, Family::Wan21, Family::Wan22]
+        );
+        for family in [Family::Wan21, Family::Wan22] {
+            for dit in [Precision::Bf16, Precision::Int8] {
+                assert_eq!(check_rows(&chosen(&[], family, dit), family), Ok(()));
+            }
+        }
+        assert_eq!(chosen(&[Row::Fp8], Family::Wan22, Precision::Int8), [Row::Fp8]);
+        let refused = check_rows(&[Row::Fp8, Row::Wan22Fp8], Family::Wan22).expect_err("one is of Wan2.1");
+        assert!(refused.contains("are for: fp8; choose `--rows` of wan22-bf16-exact, "), "{refused}");
+        let refused = check_rows(&[Row::Wan22Fp8], Family::Wan21).expect_err("it is of Wan2.2");
+        assert!(refused.contains("are for: wan22-fp8; ") && refused.contains(", int8-distill"), "{refused}");
     }
 }

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
+use animd_engine::find::lora_named;
 use animd_engine::pipeline::{Film, Pipeline, model_file};
 use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image, verify, video, weights};
 use animd_options::SettingsOptions;
+use animd_protocol::lora::LoraChoice;
 use animd_protocol::lora_files;
 use animd_protocol::messages::{Pictures, Report};
-use animd_protocol::model_settings::with_model;
+use animd_protocol::model_settings::{with_model, with_sampling};
 use animd_protocol::plan::Setup;
 use animd_protocol::request::{Request, Settings};
 
@@ -77,6 +79,9 @@ impl Generate {
         let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
         let mut settings = Settings::from(self.settings);
         let (lora_folders, model_folders) = (&self.lora_folder, lora_files::folders_of(&self.model.model));
+        let folders = [lora_folders.as_slice(), &model_folders].concat();
+        let by_profile = profile.as_ref().and_then(|profile| profile.settings.lora.clone());
+        settings = with_loras(settings, by_profile.as_deref().unwrap_or_default(), &folders)?;
         // Another DiT may be of another model.
         if self.model.dit.is_none()
             && let Some(model) = model_file(&self.model.model)?
@@ -92,7 +97,6 @@ impl Generate {
         let model = weights::Model::open(&self.model.model, self.model.dit.as_deref())?.recipe();
         let mut request = settings.resolve_for(&model.defaults, super::draw_seed)?;
         model.check(&request)?;
-        let folders = [lora_folders.as_slice(), &model_folders].concat();
         let loras = loras(&mut request, &folders)?;
         let picture = image::decode(&self.image)?;
         let last = self.last.as_deref().map(image::decode).transpose()?;
@@ -106,6 +110,11 @@ impl Generate {
         for path in std::iter::once(&out).chain(files.clone()) {
             check_new(path)?;
         }
+        check_different(&[
+            ("--out", Some(&*out)),
+            ("--poster", pictures.poster.as_deref()),
+            ("--thumbnail", pictures.thumbnail.as_deref()),
+        ])?;
 
         let stop = Stop::listen()?;
         let film = Film::new(picture, last, request)?;
@@ -168,10 +177,20 @@ impl Run<'_> {
     }
 }
 
+/// Returns the settings, with what the files beside the wanted `LoRA`s say of sampling where they say nothing. Without `LoRA`s of
+/// their own those of the profile are wanted.
+fn with_loras(settings: Settings, by_profile: &[LoraChoice], folders: &[PathBuf]) -> Result<Settings> {
+    let wanted = settings.lora.clone();
+    let wanted = wanted.as_deref().unwrap_or(by_profile).iter();
+    let sampled = wanted
+        .map(|choice| lora_files::sampling(&lora_named(folders, &choice.name)?).map_err(Error::Setting));
+    let sampled = sampled.collect::<Result<Vec<_>>>()?;
+    Ok(sampled.iter().flatten().fold(settings, with_sampling))
+}
+
 /// Returns the files of the request's `LoRA`s, and puts their hashes into the request.
 fn loras(request: &mut Request, folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let files =
-        request.lora.iter().map(|choice| lora_files::find(folders, &choice.name).map_err(Error::Setting));
+    let files = request.lora.iter().map(|choice| lora_named(folders, &choice.name));
     let files = files.collect::<Result<Vec<_>>>()?;
     for (choice, file) in request.lora.iter_mut().zip(&files) {
         let hash = verify::hash_of(file)?;
@@ -200,4 +219,80 @@ fn check_new(path: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Returns an error if two options name the same file, of which one result would replace the other. Their folders exist.
+fn check_different(files: &[(&str, Option<&Path>)]) -> Result<()> {
+    let real = |path: &Path| -> Result<PathBuf> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.canonicalize().map_err(Error::file("read", folder))?;
+        Ok(folder.join(path.file_name().unwrap_or_default()))
+    };
+    let mut seen: Vec<(&str, PathBuf)> = Vec::new();
+    for (option, path) in files.iter().filter_map(|(option, path)| Some((*option, (*path)?))) {
+        let place = real(path)?;
+        if let Some((other, _)) = seen.iter().find(|(_, known)| *known == place) {
+            return Err(Error::Setting(format!(
+                "`{other}` and `{option}` name the same file, `{}`; choose another name for one",
+                path.display()
+            )));
+        }
+        seen.push((option, place));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::slice::from_ref;
+
+    use animd_protocol::request::Sampler;
+
+    use super::*;
+
+    #[test]
+    fn no_two_results_go_into_one_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir(dir.path().join("in")).expect("it can be made");
+        let [video, other] = ["a.mp4", "a.jpg"].map(|name| dir.path().join(name));
+        let roundabout = dir.path().join("in/../a.mp4");
+        assert!(
+            check_different(&[("--out", Some(&video)), ("--poster", Some(&other)), ("--x", None)]).is_ok()
+        );
+        for (files, options) in [
+            ([Some(&*video), Some(&*video), None], "`--out` and `--poster`"),
+            ([Some(&*video), None, Some(&*roundabout)], "`--out` and `--thumbnail`"),
+            ([Some(&*video), Some(&*other), Some(&*other)], "`--poster` and `--thumbnail`"),
+        ] {
+            let named: Vec<_> = ["--out", "--poster", "--thumbnail"].into_iter().zip(files).collect();
+            let refused = check_different(&named).expect_err(options);
+            assert!(
+                matches!(refused, Error::Setting(_)) && refused.to_string().contains(options),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_beside_loras_say_how_to_sample() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folders = [dir.path().to_owned()];
+        fs::write(dir.path().join("few.safetensors"), "").expect("writable");
+        fs::write(dir.path().join("few.toml"), "[sampling]\ndistilled = true\n").expect("writable");
+        let few = "few".parse::<LoraChoice>().expect("a name");
+        let wanted = || Settings { lora: Some(vec![few.clone()]), ..Settings::default() };
+        let sampled = with_loras(wanted(), &[], &folders).expect("it is there");
+        assert_eq!((sampled.sampler, sampled.steps), (Some(Sampler::Distill), Some(4)));
+        let by_profile = with_loras(Settings::default(), from_ref(&few), &folders).expect("it is there");
+        assert_eq!(by_profile.sampler, Some(Sampler::Distill));
+        let none = Settings { lora: Some(Vec::new()), ..Settings::default() };
+        assert_eq!(with_loras(none.clone(), from_ref(&few), &folders).expect("nothing is wanted"), none);
+        let own = Settings { sampler: Some(Sampler::Unipc), ..wanted() };
+        assert_eq!(with_loras(own.clone(), &[], &folders).expect("it is there"), own);
+        let refused = with_loras(wanted(), &[], &[]).expect_err("no folder");
+        assert!(refused.to_string().ends_with("give one with `--lora-folder`"), "{refused}");
+        fs::write(dir.path().join("few.toml"), "[sampling]\nsteeps = 4\n").expect("writable");
+        assert!(with_loras(wanted(), &[], &folders).is_err_and(|e| e.to_string().contains("`steps`")));
+    }
 }

@@ -23,8 +23,8 @@ pub struct Inspect {
     #[arg(long)]
     each: bool,
     #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
-    /// Say also whether the model can be used with this LoRA, which a job would choose by this name
-    #[arg(long, value_name = "NAME", conflicts_with = "each")]
+    /// Say also whether the model can be used with this LoRA, which a job would choose by this name and these strengths
+    #[arg(long, value_name = "NAME[:STRENGTH[:LOW]]", conflicts_with = "each")]
     lora: Vec<String>,
     #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// A folder of LoRAs, or a single one, besides the model's own
@@ -59,8 +59,18 @@ impl Inspect {
             print_json(&json)?;
         } else {
             print(&found.to_string())?;
-            for Usable { name, path, tensors } in &loras {
-                print(&format!("\nLoRA {name}: ok, changes {tensors} tensors\n  file: {}", path.display()))?;
+            for Usable { name, path, tensors, needs_two_strengths } in &loras {
+                let how = match needs_two_strengths {
+                    true => format!(
+                        "usable with two strengths, the high-noise transformer's first, as `{name}:1:1` for both or `{name}:1:0` \
+                         for the first"
+                    ),
+                    false => "ok".to_owned(),
+                };
+                print(&format!(
+                    "\nLoRA {name}: {how}, changes {tensors} tensors\n  file: {}",
+                    path.display()
+                ))?;
             }
         }
         if found.usable {

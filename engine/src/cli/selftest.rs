@@ -12,18 +12,28 @@ use {
     std::fmt::Write,
 };
 
+/// The end of the help. Only a build for GPUs has more to choose.
+const HELP: &str = if cfg!(feature = "cuda") {
+    "\
+Examples:
+  animd-engine selftest
+  animd-engine selftest attention --json
+  animd-engine selftest --capability 8.9
+Exit status: 1 if an operation is wrong, or if there is no GPU that could be asked."
+} else {
+    "\
+Example:
+  animd-engine selftest
+Exit status: 1, because this build has no code for GPUs."
+};
+
 /// Check every operation on the GPU against the CPU.
 ///
 /// Each operation that the model is made of runs at small, awkward sizes on both. Printed is the case of each that is
 /// farthest from the CPU's result for what its roundings allow: the relative L2 distance, the largest difference in
 /// relation to the largest value, and the distance that is allowed.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Example:
-  animd-engine selftest
-  animd-engine selftest attention --json
-  animd-engine selftest --capability 8.9
-Exit status: 1 if an operation is wrong, or if there is no GPU that could be asked.")]
+#[command(after_help = HELP)]
 pub struct Selftest {
     /// Operations to check [default: all]
     #[cfg(feature = "cuda")]

@@ -20,7 +20,13 @@ const TEXT_BITS: u64 = 16;
 pub(super) fn model(transformers: Transformers<'_>, all: &[Candidate], folder: &Path) -> Option<FoundModel> {
     let first = transformers.first()?;
     let is_pair = matches!(transformers, Transformers::Two { .. });
-    let recipe = if is_pair { Recipe::wan22_i2v_a14b() } else { Recipe::wan21_i2v_14b() };
+    let recipe = match transformers {
+        Transformers::Two { .. } => Recipe::wan22_i2v_a14b(),
+        Transformers::One(dit) if dit.size("image_positions") > 0 => {
+            Recipe::wan21_i2v_14b().between_two_pictures()
+        }
+        Transformers::One(_) => Recipe::wan21_i2v_14b(),
+    };
     let mut parts: Vec<Chosen> = transformers.named().map(|(key, one)| transformer(key, one)).collect();
     let mut missing: Vec<Missing> = Vec::new();
     let mut lacks = |key: &'static str, sentence: String| {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::candidates::Candidate;
 use super::pairs::{HIGH, LOW};
-use crate::weights::{self, DitConfig, Lora, open_dit, open_expert};
+use crate::weights::{self, Adapter, DitConfig, Lora, Strength, open_dit, open_expert};
 use crate::{Error, Result};
 
 /// The models whose transformers have these sizes: a `LoRA` fits all of them or none.
@@ -132,23 +132,45 @@ pub struct Usable {
     pub path: PathBuf,
     /// The number of the model's tensors that it changes.
     pub tensors: usize,
+    /// Whether a job must give it two strengths, because nothing says for which of the model's two transformers it is.
+    pub needs_two_strengths: bool,
 }
 
-/// Opens `LoRA`s by their names in these folders and files, as a job of the model would; the model's own folders of `LoRA`s come
-/// after them.
+/// Returns the file of the `LoRA` of this name in these folders and files, which are looked into in their order.
 ///
 /// # Errors
-/// [`Error::Setting`] for a name that stands for no file; [`Error::Model`] for a file that is not for the model.
+/// [`Error::Setting`] for a name that stands for no file.
+pub fn lora_named(places: &[PathBuf], name: &str) -> Result<PathBuf> {
+    lora_files::find(places, name).map_err(|why| {
+        let hint = if places.is_empty() { "; give one with `--lora-folder`" } else { "" };
+        Error::Setting(format!("{why}{hint}"))
+    })
+}
+
+/// Opens `LoRA`s in these folders and files, each given as a job of the model would: by its name, perhaps with strengths. The
+/// model's own folders of `LoRA`s come after them.
+///
+/// # Errors
+/// [`Error::Setting`] for a name that stands for no file; [`Error::Model`] for a file that is not for the model, or not with
+/// these strengths.
 pub fn by_names(model: &Path, names: &[String], places: &[PathBuf]) -> Result<Vec<Usable>> {
     let places = [places, &lora_files::folders_of(model)].concat();
-    let Some((expert, place)) = weights::transformers(model)?.into_iter().next() else {
+    let transformers = weights::transformers(model)?;
+    let Some((expert, place)) = transformers.first() else {
         return Err(Error::Internal("a model without a transformer".into()));
     };
-    let (_, config) = if expert.is_some() { open_expert(&place)? } else { open_dit(&place)? };
+    let (_, config) = if expert.is_some() { open_expert(place)? } else { open_dit(place)? };
     let open = |name: &String| {
-        let path = lora_files::find(&places, name).map_err(Error::Setting)?;
-        let tensors = Lora::open(&path, &config)?.names().count();
-        Ok(Usable { name: name.clone(), path, tensors })
+        let choice: LoraChoice = name.parse()?;
+        let path = lora_named(&places, &choice.name)?;
+        let strength = Strength::chosen(&choice);
+        let lora = Lora::open(&path, &config)?;
+        let is_unclear = lora.expert().is_none() && matches!(strength, Strength::AsTold(_, None));
+        let needs_two_strengths = transformers.len() > 1 && is_unclear;
+        if !needs_two_strengths {
+            Adapter::open(&path, &config, transformers.len(), strength)?;
+        }
+        Ok(Usable { name: choice.name, path, tensors: lora.names().count(), needs_two_strengths })
     };
     names.iter().map(open).collect()
 }

@@ -24,7 +24,7 @@ use animd_protocol::findings::{Findings, PartKind, PassedOver};
 
 use crate::{Error, Result};
 use candidates::Candidate;
-pub use loras::{Usable, by_names};
+pub use loras::{Usable, by_names, lora_named};
 use walk::Walk;
 
 /// A file or folder that was named for one part of the model.

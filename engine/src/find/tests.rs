@@ -9,8 +9,9 @@ use animd_protocol::findings::{Findings, FoundModel, PartKind};
 use animd_protocol::recipe::{ExpertName, Recipe};
 
 use super::Named;
+use crate::synth::{Family, Size, synth_model};
 use crate::weights::safetensors;
-use crate::weights::{DType, Model, made_up_lora};
+use crate::weights::{Adapter, DType, Model, Strength, made_up_lora};
 
 fn find(paths: &[PathBuf], named: &[Named]) -> crate::Result<Findings> {
     super::find(paths, named, &[])
@@ -520,4 +521,39 @@ fn loras_alone_are_matched_with_models_that_are_known() {
         |name: &str| super::by_names(model, &names(&[name]), &places).expect_err("refused").to_string();
     assert!(refused("other").contains("for another one"));
     assert!(refused("detial").contains("did you mean `detail`?"));
+    assert!(refused("detail:1:1").contains("the model has one"));
+    let nowhere = super::by_names(model, &names(&["detail"]), &[]).expect_err("no folder").to_string();
+    assert!(nowhere.ends_with("the model has none of its own; give one with `--lora-folder`"), "{nowhere}");
+}
+
+#[test]
+fn of_a_lora_for_either_transformer_it_is_said_that_jobs_must_give_two_strengths() {
+    let tree = Tree::new();
+    let folder = tree.path("model");
+    let recipe = Size::Tiny.recipe_of(Family::Wan22);
+    synth_model(&folder, recipe, DType::Bf16, None, 1, &mut |_, _| Ok(())).expect("it can be written");
+    put_lora(&tree.path("loras/detail.safetensors"), 256);
+    put_lora(&tree.path("loras/detail_low.safetensors"), 256);
+    let open = |name: &str| super::by_names(&folder, &[name.to_owned()], &[tree.path("loras")]);
+    let needs_two = |name: &str| open(name).expect("it fits")[0].needs_two_strengths;
+    assert_eq!(
+        ["detail", "detail:0.5", "detail:1:0.5", "detail_low"].map(needs_two),
+        [true, true, false, false]
+    );
+    let choice = "detail".parse().expect("a name");
+    let path = tree.path("loras/detail.safetensors");
+    let config = Size::Tiny.recipe_of(Family::Wan22).experts[0].network.config.clone();
+    let job = Adapter::open(&path, &config, 2, Strength::chosen(&choice)).map(drop);
+    assert!(job.is_err_and(|e| e.to_string().contains("give two strengths")), "so a job refuses it");
+}
+
+#[test]
+fn a_transformer_for_two_pictures_is_called_by_its_own_family() {
+    let tree = Tree::new();
+    let folder = tree.path("model");
+    let recipe = Size::Tiny.recipe_of(Family::Flf2v);
+    synth_model(&folder, recipe, DType::Bf16, None, 1, &mut |_, _| Ok(())).expect("it can be written");
+    let found = super::find(&[folder], &[], &[]).expect("a search");
+    assert_eq!(found.models[0].family, "Wan2.1 first-and-last-frame", "{found}");
+    assert!(found.models[0].part("clip").is_some(), "{found}");
 }

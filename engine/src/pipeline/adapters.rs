@@ -23,7 +23,7 @@ use animd_protocol::profile::Precision;
 use animd_protocol::recipe::BASE;
 
 use super::own_loras::OwnLoras;
-use crate::weights::{Adapter, Lora, Merged, RoundedAgain, Strength, WeightSource, told_expert};
+use crate::weights::{Adapter, Lora, Merged, RoundedAgain, Strength, WeightSource};
 use crate::{Error, Result};
 
 /// The source of a network's weights.
@@ -101,10 +101,7 @@ impl Adapters {
     /// Opens the `LoRA`s that a job chooses, whose files are `files`.
     pub fn open(&self, wanted: &[LoraChoice], files: &[PathBuf]) -> Result<Vec<Adapter>> {
         let open = |(choice, file): (&LoraChoice, &PathBuf)| {
-            let strength = match choice.strength_low {
-                Some(low) => Strength::Each([choice.strength, low]),
-                None => Strength::AsTold(choice.strength, told_expert(&choice.name)),
-            };
+            let strength = Strength::chosen(choice);
             let base = choice.strength_base.unwrap_or_default();
             for known in &self.of_job {
                 if let Some(again) = known.again(file, strength)? {

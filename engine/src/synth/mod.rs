@@ -81,14 +81,10 @@ impl Size {
         if self == Self::Tiny {
             shrink(&mut recipe);
         }
-        if family == Family::Flf2v
-            && let (Some(expert), Some(clip)) = (recipe.experts.first(), &recipe.conditioning.image_encoder)
-        {
-            let (mut dit, clip) = (expert.network.config.clone(), clip.config.clone());
-            dit.image_positions = Some(2 * clip.tokens());
-            return Recipe::wan21_i2v(dit, recipe.text_encoder.config, clip, recipe.vae.config);
+        match family {
+            Family::Flf2v => recipe.between_two_pictures(),
+            Family::Wan21 | Family::Wan22 => recipe,
         }
-        recipe
     }
 }
 

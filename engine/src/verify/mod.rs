@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use animd_protocol::recipe::ExpertName;
 use rayon::prelude::*;
 
 use crate::progress::Observer;
@@ -28,9 +29,6 @@ pub use report::{Mistake, Part, Verification};
 use siblings::Found;
 pub(crate) use siblings::place;
 pub use statistics::Statistics;
-
-/// The folders of the two transformers of Wan2.2, in the layouts of its makers and of diffusers.
-const EXPERTS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
 
 /// What the two transformers of Wan2.2 are called.
 const TITLES: [&str; 2] = ["DiT for high noise", "DiT for low noise"];
@@ -156,38 +154,60 @@ fn opened(path: &Path, component: Component) -> Result<Weights> {
     }
 }
 
-/// Opens everything that is found at a path.
+/// Opens everything that is found at a path. Where that is more than one network, it is a model, and what the model lacks is
+/// a mistake; a single network may lie anywhere.
 fn found_parts(path: &Path, dit: Option<&Path>) -> Result<Vec<Opened>> {
+    let at = dit.unwrap_or(path);
     let mut parts = Vec::new();
-    let experts = EXPERTS.iter().map(|names| names.map(|name| path.join(name)));
-    let experts = experts.into_iter().find(|[first, second]| first.is_dir() && second.is_dir());
-    if let (Some(experts), None) = (experts, dit) {
-        for (folder, name) in experts.iter().zip(TITLES) {
-            let opened = open_expert(folder).map(|(weights, _)| weights);
-            parts.push(Opened::new(name, Component::Dit, folder, opened)?);
+    let mut missing: Vec<(Component, Error)> = Vec::new();
+    let mut takes_pictures_by_clip = false;
+    for (expert, place) in weights::transformers(at)? {
+        if let Some(expert) = expert {
+            let weights = open_expert(&place).map(|(weights, _)| weights);
+            parts.push(Opened::new(title(expert), Component::Dit, &place, weights)?);
+            continue;
         }
-    } else {
-        let path = dit.unwrap_or(path);
-        let opened = opened(path, Component::Dit);
-        // A transformer that attends to text alone is one of Wan2.2's two.
-        let opened = opened.or_else(|e| open_expert(path).map(|(weights, _)| weights).map_err(|_| e));
-        parts.extend(found(path, Component::Dit, opened)?);
+        match opened(&place, Component::Dit) {
+            Ok(weights) => {
+                takes_pictures_by_clip = true;
+                parts.push(Opened::new(Component::Dit.title(), Component::Dit, &place, Ok(weights))?);
+            }
+            Err(why) if weights::is_lone_expert(&place) => {
+                let weights = open_expert(&place).map(|(weights, _)| weights);
+                parts.push(Opened::new(Component::Dit.title(), Component::Dit, &place, weights)?);
+                missing.push((Component::Dit, why));
+            }
+            Err(why) if weights::is_there(&place, Component::Dit) => {
+                parts.push(Opened::new(Component::Dit.title(), Component::Dit, &place, Err(why))?);
+            }
+            Err(why) => missing.push((Component::Dit, why)),
+        }
     }
     for component in [Component::T5, Component::Clip, Component::Vae] {
-        parts.extend(found(path, component, opened(path, component))?);
+        match opened(path, component) {
+            Err(why) if !weights::is_there(path, component) => {
+                if component != Component::Clip || takes_pictures_by_clip {
+                    missing.push((component, why));
+                }
+            }
+            opened => parts.push(Opened::new(component.title(), component, path, opened)?),
+        }
     }
-    match parts.is_empty() {
-        true => Err(open_dit(dit.unwrap_or(path)).err().unwrap_or_else(|| {
-            Error::Model(format!("`{}` holds no network that animd knows", path.display()))
-        })),
-        false => Ok(parts),
+    let Some(first) = parts.first() else {
+        return Err(missing.into_iter().next().map_or_else(
+            || Error::Model(format!("`{}` holds no network that animd knows", path.display())),
+            |(_, why)| why,
+        ));
+    };
+    if path.is_dir() && (dit.is_some() || parts.iter().any(|part| part.component != first.component)) {
+        parts.extend(missing.into_iter().map(|(component, why)| Opened::missing(component, &why)));
     }
+    Ok(parts)
 }
 
-/// Returns a network, unless its files are missing: a folder may hold fewer than all, which is for `inspect` to say.
-fn found(path: &Path, component: Component, opened: Result<Weights>) -> Result<Option<Opened>> {
-    let is_there = opened.is_ok() || weights::is_there(path, component);
-    is_there.then(|| Opened::new(component.title(), component, path, opened)).transpose()
+/// Returns what one of the two transformers of Wan2.2 is called.
+fn title(expert: ExpertName) -> &'static str {
+    TITLES[expert.index()]
 }
 
 impl Opened {
@@ -202,6 +222,18 @@ impl Opened {
             weights.as_ref().map(|weights| weights.files().into_iter().map(Path::to_owned).collect());
         let files = opened.unwrap_or(files);
         Ok(Self { name: name.to_owned(), component, files, weights, mistakes, found: Vec::new() })
+    }
+
+    /// Returns a network that is not there, for this reason.
+    fn missing(component: Component, why: &Error) -> Self {
+        Self {
+            name: component.title().to_owned(),
+            component,
+            files: Vec::new(),
+            weights: None,
+            mistakes: vec![Mistake::of_part(why.to_string())],
+            found: Vec::new(),
+        }
     }
 
     /// Looks at every tensor.

@@ -1,5 +1,6 @@
 //! What verifying a model has shown.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -85,6 +86,7 @@ impl Verification {
         });
         let broken = self.parts.iter().filter_map(|part| match &part.mistakes[..] {
             [] => None,
+            [one] if one.tensor.is_none() => Some(one.to_string()),
             [one] => Some(format!("the {} has a mistake: {one}", part.name)),
             [first, ..] => {
                 Some(format!("the {} has {} mistakes, as: {first}", part.name, part.mistakes.len()))
@@ -110,7 +112,16 @@ impl fmt::Display for Verification {
             match &part.mistakes[..] {
                 [] => writeln!(f, "\n{}: {} tensors, all plausible", part.name, part.tensors)?,
                 mistakes => {
-                    writeln!(f, "\n{}: {} of {} tensors are not", part.name, mistakes.len(), part.tensors)?;
+                    let tensors: BTreeSet<&str> =
+                        mistakes.iter().filter_map(|mistake| mistake.tensor.as_deref()).collect();
+                    match tensors.len() {
+                        0 => writeln!(f, "\n{}: not usable", part.name)?,
+                        wrong => writeln!(
+                            f,
+                            "\n{}: {wrong} of {} tensors are not plausible",
+                            part.name, part.tensors
+                        )?,
+                    }
                     for mistake in mistakes.iter().take(SHOWN) {
                         writeln!(f, "  {mistake}")?;
                     }

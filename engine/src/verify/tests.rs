@@ -8,6 +8,7 @@ use safetensors::{SafeTensors, serialize};
 
 use super::*;
 use crate::progress::Quiet;
+use crate::synth::{Family, Size, synth_model};
 use crate::weights::DType;
 
 fn fixture(name: &str) -> PathBuf {
@@ -82,10 +83,75 @@ fn sound_models_are_sound() {
 fn models_that_are_made_up_are_sound() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let target = folder.path().join("tiny");
-    crate::synth::synth_model(&target, crate::synth::Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(()))
-        .expect("it can be written");
+    synth_model(&target, Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(())).expect("it can be written");
     let found = run(&target, None);
     assert!(found.is_sound(), "{found}");
+}
+
+/// Writes a tiny model of a family into a folder.
+fn made(family: Family) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let target = folder.path().join("tiny");
+    let recipe = Size::Tiny.recipe_of(family);
+    synth_model(&target, recipe, DType::Bf16, None, 3, &mut |_, _| Ok(())).expect("it can be written");
+    (folder, target)
+}
+
+#[test]
+fn what_a_model_lacks_is_a_mistake() {
+    for (family, gone, part, words) in [
+        (Family::Wan21, "diffusion_pytorch_model.safetensors", "DiT", "holds no transformer"),
+        (Family::Wan21, "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "CLIP", "models_clip"),
+        (Family::Wan22, "Wan2.1_VAE.pth", "VAE", "`Wan2.1_VAE.pth` is missing"),
+        (Family::Wan22, "low_noise_model", "DiT for low noise", "the low-noise transformer is missing"),
+        (Family::Wan22, "high_noise_model", "DiT for high noise", "the high-noise transformer is missing"),
+        (Family::Flf2v, "models_t5_umt5-xxl-enc-bf16.pth", "umT5", "models_t5"),
+    ] {
+        let (_folder, model) = made(family);
+        let whole = run(&model, None);
+        assert!(whole.is_sound(), "{whole}");
+        let path = model.join(gone);
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.expect("removable");
+        let found = run(&model, None);
+        assert!(!found.is_sound(), "{gone}: {found}");
+        assert_eq!(found.parts.len(), whole.parts.len(), "{found}");
+        let broken: Vec<_> = found.parts.iter().filter(|part| !part.mistakes.is_empty()).collect();
+        let [one] = &broken[..] else { panic!("{gone}: {found}") };
+        assert!(one.name.contains(part) && one.mistakes[0].what.contains(words), "{gone}: {found}");
+        assert!(found.verdict().is_some_and(|what| what == one.mistakes[0].what), "{found}");
+        assert!(found.to_string().contains(&format!("\n{}: not usable\n", one.name)), "{found}");
+        // What is there was looked at.
+        assert_eq!(found.parts.iter().filter(|part| part.tensors > 0).count(), whole.parts.len() - 1);
+    }
+}
+
+#[test]
+fn two_transformers_are_verified_by_their_names_in_one_folder() {
+    let (_folder, model) = made(Family::Wan22);
+    for noise in ["high", "low"] {
+        let from = model.join(format!("{noise}_noise_model"));
+        fs::rename(
+            from.join("diffusion_pytorch_model.safetensors"),
+            model.join(format!("wan_{noise}.safetensors")),
+        )
+        .expect("renamed");
+        fs::remove_dir_all(from).expect("removable");
+    }
+    let found = run(&model, None);
+    assert!(found.is_sound() && found.parts.len() == 4, "{found}");
+    fs::remove_file(model.join("wan_low.safetensors")).expect("removable");
+    let found = run(&model, None);
+    assert!(
+        found.verdict().is_some_and(|what| what.contains("wan_low.safetensors` does not exist")),
+        "{found}"
+    );
+    // A network of its own needs no other one.
+    let one = run(&model.join("wan_high.safetensors"), None);
+    assert!(one.is_sound() && one.parts.len() == 1, "{one}");
+    fs::rename(model.join("wan_high.safetensors"), model.join("wan.safetensors")).expect("renamed");
+    let found = run(&model, None);
+    assert!(found.verdict().is_some_and(|what| what.contains("needs the other one")), "{found}");
+    assert!(found.parts[0].tensors > 0 && found.parts[0].mistakes.is_empty(), "{found}");
 }
 
 #[test]
@@ -145,6 +211,7 @@ fn a_file_that_is_cut_is_hashed_and_named() {
     fs::write(&file, &bytes[..bytes.len() - 1000]).expect("writable");
     let found = run(folder.path(), None);
     assert!(found.verdict().is_some_and(|what| what.contains("only partly there")), "{found}");
+    assert!(found.to_string().contains("\nDiT: not usable\n"), "{found}");
     assert_eq!(found.files.len(), 1);
     // The same length again, filled up with zeros, opens.
     fs::write(&file, [&bytes[..bytes.len() / 2], &vec![0; bytes.len() - bytes.len() / 2]].concat())

@@ -45,13 +45,78 @@ pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
     Ok(None)
 }
 
+/// One of the two transformers of Wan2.2, in a folder that lacks the other one.
+pub(super) struct Half {
+    /// The one that is there.
+    pub there: ExpertName,
+    /// The places of the high-noise and of the low-noise transformer, of which one does not exist.
+    pub places: [PathBuf; 2],
+    /// Whether the names leave no doubt. A `transformer` and a file with `high` in its name may be of another model.
+    pub is_certain: bool,
+}
+
+/// Returns the transformer that a folder holds without its partner, by the names that [`pair`] goes by, and the place at which
+/// the partner is looked for.
+///
+/// # Errors
+/// [`Error::File`] for a folder that cannot be read.
+pub(super) fn half(path: &Path) -> Result<Option<Half>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let path = &find::snapshot(path)?;
+    let below = find::below(Component::Dit);
+    for folder in std::iter::once(path.clone()).chain(below.iter().map(|name| path.join(name))) {
+        if !folder.is_dir() {
+            continue;
+        }
+        for names in FOLDERS {
+            let places = names.map(|name| folder.join(name));
+            let there = ExpertName::ALL.into_iter().find(|expert| places[expert.index()].is_dir());
+            if let Some(there) = there {
+                let is_certain = names[there.index()] != "transformer";
+                return Ok(Some(Half { there, places, is_certain }));
+            }
+        }
+        let names = shards::list(&folder)?;
+        let mut told = transformers(&names);
+        if let (Some((name, there)), None) = (told.next(), told.next()) {
+            let other = with_other_noise(name, there);
+            let (high, low) = if there == ExpertName::HighNoise { (name, &other) } else { (&other, name) };
+            let places = [folder.join(high), folder.join(low)];
+            return Ok(Some(Half { there, places, is_certain: false }));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the names of files that say which of the two transformers they are, and which they say.
+fn transformers(names: &[String]) -> impl Iterator<Item = (&String, ExpertName)> {
+    let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
+    models.filter_map(|name| Some((name, told(name)?)))
+}
+
+/// Returns the name that the other one of the two transformers has, if it differs in that one word.
+fn with_other_noise(name: &str, noise: ExpertName) -> String {
+    let words = match noise {
+        ExpertName::HighNoise => [("high", "low"), ("High", "Low"), ("HIGH", "LOW")],
+        ExpertName::LowNoise => [("low", "high"), ("Low", "High"), ("LOW", "HIGH")],
+    };
+    let split = |c: char| !c.is_alphanumeric();
+    let piece = |piece: &str| {
+        let word = piece.trim_end_matches(split).to_lowercase();
+        let says = is(&word, "high") || is(&word, "low");
+        let other = words.iter().filter(|_| says).find(|(from, _)| piece.starts_with(from));
+        other.map_or_else(|| piece.to_owned(), |(from, to)| piece.replacen(from, to, 1))
+    };
+    name.split_inclusive(split).map(piece).collect()
+}
+
 /// Returns the two files of a folder whose names tell them apart, if there are two.
 fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     let names = shards::list(folder)?;
-    let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
-    let (mut high, mut low): (Vec<_>, Vec<_>) = models
-        .filter_map(|name| Some((name, told(name)?)))
-        .partition(|(_, noise)| *noise == ExpertName::HighNoise);
+    let (mut high, mut low): (Vec<_>, Vec<_>) =
+        transformers(&names).partition(|(_, noise)| *noise == ExpertName::HighNoise);
     // A folder of many models has pairs of several kinds; the names of one pair differ in that one word.
     if high.len() > 1 || low.len() > 1 {
         high.retain(|(name, _)| low.iter().any(|(other, _)| same_but_for_noise(name, other)));
@@ -230,6 +295,32 @@ mod tests {
         ] {
             assert_eq!(found(names).expect("it is clear"), None, "{names:?}");
         }
+    }
+
+    #[test]
+    fn the_place_of_a_missing_partner_is_known() {
+        for (name, other, is_certain) in [
+            ("high_noise_model/a.safetensors", "low_noise_model", true),
+            ("low_noise_model/a.safetensors", "high_noise_model", true),
+            ("distill_fp8/low_noise_model/a.safetensors", "distill_fp8/high_noise_model", true),
+            ("transformer_2/a.safetensors", "transformer", true),
+            ("transformer/a.safetensors", "transformer_2", false),
+            ("wan_high_noise_14B.gguf", "wan_low_noise_14B.gguf", false),
+            ("unet/Wan2.2-LowNoise-Q4.gguf", "unet/Wan2.2-HighNoise-Q4.gguf", false),
+        ] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
+            std::fs::write(path, b"").expect("it can be written");
+            let half = half(folder.path()).expect("it can be read").expect(name);
+            let missing = &half.places[1 - half.there.index()];
+            assert_eq!((&**missing, half.is_certain), (&*folder.path().join(other), is_certain), "{name}");
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in ["a.safetensors", "high_lora.safetensors", "slow.gguf"] {
+            std::fs::write(folder.path().join(name), b"").expect("it can be written");
+        }
+        assert!(half(folder.path()).expect("it can be read").is_none());
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub use carried::read_vocabulary;
 pub(crate) use distilled::{path_says_distilled, says_distilled};
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use experts::{pattern, released_folder, said_by, told as told_expert, without_noise};
+pub(crate) use experts::{pattern, released_folder, said_by, without_noise};
 pub use fault::on_fault;
 pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
@@ -66,7 +66,7 @@ pub use lora::{Adapter, Lora, LowRank, Merged, RoundedAgain, Strength};
 pub use mapped::unchanged;
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::{Places as PartPlaces, model_file, tokenizer, transformers};
+pub(crate) use model::{Places as PartPlaces, is_lone_expert, model_file, tokenizer, transformers};
 pub(crate) use names::EMBEDDING;
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use rows::RowTable;

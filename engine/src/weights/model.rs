@@ -73,7 +73,7 @@ pub(crate) fn transformers(path: &Path) -> Result<Vec<(Option<ExpertName>, PathB
             let parts = ModelFile::read(&file).map_err(Error::Model)?.parts;
             (parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from), parts.dit)
         }
-        None => (experts::pair(path)?, Some(path.to_owned())),
+        None => (pair(path)?, Some(path.to_owned())),
     };
     if let Some(pair) = pair {
         return Ok(ExpertName::ALL.into_iter().map(Some).zip(pair).collect());
@@ -85,6 +85,24 @@ pub(crate) fn transformers(path: &Path) -> Result<Vec<(Option<ExpertName>, PathB
         ))
     })?;
     Ok(vec![(None, one)])
+}
+
+/// Returns the places of the two transformers of Wan2.2 below a folder, one of which may be missing; `None` for any other folder.
+///
+/// # Errors
+/// The errors of [`experts::pair`].
+fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
+    if let Some(pair) = experts::pair(path)? {
+        return Ok(Some(pair));
+    }
+    let Some(half) = experts::half(path)? else { return Ok(None) };
+    let is_wan22 = half.is_certain || open_expert(&half.places[half.there.index()]).is_ok();
+    Ok((is_wan22 && open_dit(path).is_err()).then_some(half.places))
+}
+
+/// Returns whether a folder or file holds one of the two transformers of Wan2.2, and nothing says where the other one is.
+pub(crate) fn is_lone_expert(path: &Path) -> bool {
+    open_dit(path).is_err() && open_expert(path).is_ok()
 }
 
 impl Places {
@@ -104,7 +122,7 @@ impl Places {
         }
         // An empty folder, or one for another program, is one problem and not five.
         let files = shards::list(folder)?;
-        let pair = experts::pair(dit.unwrap_or(folder))?;
+        let pair = pair(dit.unwrap_or(folder))?;
         if dit.is_none()
             && pair.is_none()
             && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE"))
@@ -116,7 +134,8 @@ impl Places {
             Some([high, low]) => (high, Some(low)),
             None => (dit.unwrap_or(folder).to_owned(), None),
         };
-        let clip = low_noise.is_none().then(own);
+        // Neither both transformers of Wan2.2 nor one of them takes pictures by CLIP.
+        let clip = (low_noise.is_none() && !is_lone_expert(&dit)).then(own);
         let (tokenizer, loras) = (None, Vec::new());
         Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer, loras, folder: own() })
     }
@@ -129,7 +148,7 @@ impl Places {
         let refuse = |what: &str| Err(Error::Model(format!("`{}` {what}", path.display())));
         let ModelFile { parts, loras, .. } = ModelFile::read(path).map_err(Error::Model)?;
         let given = match dit {
-            Some(dit) => experts::pair(dit)?,
+            Some(dit) => pair(dit)?,
             None => parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from),
         };
         let (dit, low_noise) = match (given, dit.map(Path::to_owned).or(parts.dit)) {

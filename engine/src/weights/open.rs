@@ -7,7 +7,7 @@ use super::config::{self, ConfigFile, Sizes};
 use super::layouts::{self, Contents, Layout};
 use super::refusals::Asked;
 use super::source::Weights;
-use super::{Component, container, find, names, refusals};
+use super::{Component, container, experts, find, names, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
@@ -77,6 +77,9 @@ pub fn open_vae(path: &Path) -> Result<(Weights, VaeConfig)> {
 }
 
 pub(super) fn examine_dit(path: &Path, model: Asked) -> Result<Examined<DitConfig>> {
+    if model == Asked::Wan22Expert && !path.exists() {
+        return Err(Error::Model(refusals::absent(path, experts::said_by(path))));
+    }
     let files = find::files(path, Component::Dit)?;
     let file = config_of(path, &files)?;
     let contents = read(path, &files, Component::Dit)?;

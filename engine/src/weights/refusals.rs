@@ -9,6 +9,7 @@ use super::content::Content;
 use super::layouts::Contents;
 use super::names;
 use crate::{Error, Result};
+use animd_protocol::recipe::ExpertName;
 
 /// The model whose diffusion transformer is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub(super) enum Asked {
 }
 
 /// The models that animd runs.
-const ONLY: &str = "animd runs Wan2.1 image-to-video";
+const ONLY: &str = "animd runs image-to-video of Wan2.1 and of Wan2.2 A14B";
 
 /// Returns why a file is not whole, by its name and what lies beside it: a program that fetches files says so there.
 pub(super) fn unfinished(path: &Path) -> Option<&'static str> {
@@ -61,14 +62,40 @@ pub(super) fn container(bytes: &[u8], path: &Path) -> Option<&'static str> {
     }
 }
 
+/// Folders that hold one of the two transformers of Wan2.2, and those that hold the other one. A `transformer` alone may be of
+/// another model.
+const FOLDERS: [[&str; 2]; 3] = [
+    ["high_noise_model", "low_noise_model"],
+    ["low_noise_model", "high_noise_model"],
+    ["transformer_2", "transformer"],
+];
+
+/// Returns that one of the two transformers of Wan2.2 is not where it is looked for.
+pub(super) fn absent(path: &Path, expert: Option<ExpertName>) -> String {
+    let which = expert.map_or_else(
+        || "one of the two transformers of Wan2.2".to_owned(),
+        |expert| format!("the {} transformer", expert.words()),
+    );
+    format!("{which} is missing: `{}` does not exist; copy it there", path.display())
+}
+
 /// Returns what a folder is that holds no DiT.
 pub(super) fn folder(path: &Path, names: &[String]) -> String {
     let shown = path.display();
     let has = |name: &str| names.iter().any(|n| n == name);
     if names.is_empty() {
-        format!("`{shown}` is empty; it should hold a Wan2.1 image-to-video model as downloaded")
-    } else if has("transformer_2") || has("high_noise_model") || has("low_noise_model") {
-        format!("`{shown}` is Wan2.2, which has two transformers; animd runs Wan2.1 image-to-video")
+        format!("`{shown}` is empty; it should hold a Wan2.1 or Wan2.2 image-to-video model as downloaded")
+    } else if let Some([there, missing]) = FOLDERS.into_iter().find(|[there, _]| has(there)) {
+        match has(missing) {
+            true => format!(
+                "`{shown}` holds both transformers of Wan2.2, and one is wanted; name the folder of one"
+            ),
+            false => format!(
+                "`{shown}` holds one of the two transformers of Wan2.2, `{there}`, and the other one is missing: `{}` does not \
+                 exist; copy it there",
+                path.join(missing).display()
+            ),
+        }
     } else if has("model_index.json") || has("transformer") {
         format!("`{shown}` is laid out for diffusers, and its `transformer` holds no model; copy it again")
     } else if let Some(blob) = names.iter().find(|n| n.ends_with(".incomplete")) {
@@ -82,11 +109,9 @@ pub(super) fn folder(path: &Path, names: &[String]) -> String {
 pub(super) fn config(file: &ConfigFile) -> Option<String> {
     match file.model_type.as_deref() {
         None | Some("i2v" | "flf2v") => None,
-        Some("t2v") => {
-            Some("says `t2v`: this is the text-to-video model; animd needs Wan2.1 image-to-video".to_owned())
-        }
-        Some("ti2v") => Some("says `ti2v`: this is Wan2.2 5B; animd needs Wan2.1 image-to-video".to_owned()),
-        Some(other) => Some(format!("says model type `{other}`; animd needs Wan2.1 image-to-video (`i2v`)")),
+        Some("t2v") => Some(format!("says `t2v`: this is the text-to-video model; {ONLY}")),
+        Some("ti2v") => Some(format!("says `ti2v`: this is Wan2.2 5B; {ONLY}")),
+        Some(other) => Some(format!("says model type `{other}`, not `i2v`; {ONLY}")),
     }
 }
 

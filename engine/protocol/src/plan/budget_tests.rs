@@ -155,6 +155,13 @@ fn the_machines_memory_counts() {
     for part in ["31.70 GiB of the machine's memory", "24.00 GiB can be used", "`dit` in 8 bits"] {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }
+    for dit in [Precision::Int8, Precision::Fp8] {
+        let text = of(dit, 10).1.expect("the DiT alone has more than 15 GiB").to_string();
+        assert!(
+            !text.contains("8 bits") && text.contains("can be used: use a card with more memory"),
+            "{text}"
+        );
+    }
     // Encoders that a profile wants in pinned memory are read from their files where it is short.
     let mut wanted = Setup { host_memory: Some(20 * GIB), ..setup(Precision::Int8, Some(15 * GIB)) };
     wanted.residency = Residency { dit: Place::Host, ..Residency::all(Place::Host) };

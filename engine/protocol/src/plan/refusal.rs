@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Plan, Setup, gib};
-use crate::profile::Backend;
+use crate::profile::{Backend, Precision};
 use crate::recipe::Recipe;
 use crate::request::Request;
 
@@ -47,6 +47,9 @@ pub enum Shortage {
         budget: u64,
         /// What the weights take.
         weights: u64,
+        /// Whether a profile with the transformer in 8 bits would make them smaller.
+        #[serde(skip)]
+        is_wide: bool,
     },
 }
 
@@ -61,7 +64,10 @@ pub fn refusal(recipe: &Recipe, request: &Request, size: [usize; 2], setup: &Set
         return None;
     }
     let shortage = match (memory.fits_host(), memory.host_budget) {
-        (false, Some(budget)) => Shortage::Host { budget, weights: memory.host.pinned },
+        (false, Some(budget)) => {
+            let is_wide = !matches!(setup.precision.dit, Precision::Fp8 | Precision::Int8);
+            Shortage::Host { budget, weights: memory.host.pinned, is_wide }
+        }
         _ => Shortage::Working {
             gpu: setup.backend == Backend::Cuda,
             budget: memory.budget.unwrap_or_default(),
@@ -116,12 +122,13 @@ impl fmt::Display for Refusal {
                     count(*frames)
                 )?;
             }
-            Shortage::Host { budget, weights } => write!(
+            Shortage::Host { budget, weights, is_wide } => write!(
                 f,
-                "the model's weights need {} of the machine's memory to wait in for the GPU, and {} can be used: use a \
-                 profile with `dit` in 8 bits, a card with more memory, or a machine with more",
+                "the model's weights need {} of the machine's memory to wait in for the GPU, and {} can be used: use {}a card \
+                 with more memory, or a machine with more",
                 gib(weights),
-                gib(budget)
+                gib(budget),
+                if is_wide { "a profile with `dit` in 8 bits, " } else { "" }
             )?,
         }
         match (smaller, fewer_frames, shortage) {

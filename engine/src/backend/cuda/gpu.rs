@@ -54,8 +54,6 @@ pub(super) struct Gpu {
     pub raw_heads: bool,
     /// Whether 8-bit products are summed up in the tensor cores alone.
     pub fast_sums: bool,
-    /// The number of multiprocessors.
-    pub multiprocessors: usize,
     /// Which kernels serve this GPU.
     pub card: Card,
 }

@@ -159,7 +159,6 @@ impl Cuda {
             transfer: Transfer::new(&context, options.copy_rate)?,
             pinning: Arc::new(Pinning::new(options.pinned)),
             notes: Mutex::default(),
-            multiprocessors: kernel(card.multiprocessors())?,
             card,
             context,
             stream,

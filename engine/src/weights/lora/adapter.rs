@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use animd_protocol::dims::DitConfig;
+use animd_protocol::lora::LoraChoice;
 use animd_protocol::recipe::ExpertName;
 
+use super::super::experts::told;
 use super::super::mapped::comes_with_a_job;
 use super::Lora;
 use crate::{Error, Result};
@@ -92,6 +94,14 @@ impl Adapter {
 }
 
 impl Strength {
+    /// Returns how strongly a job wants a `LoRA` that it chooses.
+    pub fn chosen(choice: &LoraChoice) -> Self {
+        match choice.strength_low {
+            Some(low) => Self::Each([choice.strength, low]),
+            None => Self::AsTold(choice.strength, told(&choice.name)),
+        }
+    }
+
     /// Returns the strength for each of so many transformers.
     fn of(self, lora: &Lora, transformers: usize) -> Result<Vec<f32>> {
         let refused = |what: &str| Err(Error::Model(format!("the LoRA `{}` {what}", lora.path.display())));

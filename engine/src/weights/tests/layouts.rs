@@ -116,7 +116,10 @@ fn what_no_layout_reads_has_a_sentence() {
         (smoothed, "is for inputs that are smoothed by `pre_quant_scale`"),
         (lora, "is a LoRA, not a whole model"),
         (vec![f32s("condition_embedder.time_proj.bias", &[1])], "is not a Wan transformer"),
-        (vec![f32s("norm.weight", &[1])], "is not a Wan transformer; animd runs Wan2.1 image-to-video"),
+        (
+            vec![f32s("norm.weight", &[1])],
+            "is not a Wan transformer; animd runs image-to-video of Wan2.1 and of Wan2.2 A14B",
+        ),
     ] {
         let refusal = refusal(&tensors);
         assert!(refusal.contains(text), "no {text:?} in {refusal}");
