@@ -306,7 +306,7 @@ mod tests {
             let broken: Vec<_> = inspection.parts.iter().filter(|part| !part.usable).collect();
             let [one] = &broken[..] else { panic!("{inspection}") };
             let said = format!(
-                "the {words} transformer is missing: `{}` does not exist; copy it there",
+                "the {words} transformer of Wan2.2 is missing: `{}` does not exist; copy it there",
                 dir.path().join(gone).display()
             );
             assert_eq!((one.title(), &one.problems), (title, &vec![said.clone()]));

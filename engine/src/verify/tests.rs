@@ -103,8 +103,18 @@ fn what_a_model_lacks_is_a_mistake() {
         (Family::Wan21, "diffusion_pytorch_model.safetensors", "DiT", "holds no transformer"),
         (Family::Wan21, "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "CLIP", "models_clip"),
         (Family::Wan22, "Wan2.1_VAE.pth", "VAE", "`Wan2.1_VAE.pth` is missing"),
-        (Family::Wan22, "low_noise_model", "DiT for low noise", "the low-noise transformer is missing"),
-        (Family::Wan22, "high_noise_model", "DiT for high noise", "the high-noise transformer is missing"),
+        (
+            Family::Wan22,
+            "low_noise_model",
+            "DiT for low noise",
+            "the low-noise transformer of Wan2.2 is missing",
+        ),
+        (
+            Family::Wan22,
+            "high_noise_model",
+            "DiT for high noise",
+            "the high-noise transformer of Wan2.2 is missing",
+        ),
         (Family::Flf2v, "models_t5_umt5-xxl-enc-bf16.pth", "umT5", "models_t5"),
     ] {
         let (_folder, model) = made(family);

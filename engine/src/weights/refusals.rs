@@ -74,7 +74,7 @@ const FOLDERS: [[&str; 2]; 3] = [
 pub(super) fn absent(path: &Path, expert: Option<ExpertName>) -> String {
     let which = expert.map_or_else(
         || "one of the two transformers of Wan2.2".to_owned(),
-        |expert| format!("the {} transformer", expert.words()),
+        |expert| format!("the {} transformer of Wan2.2", expert.words()),
     );
     format!("{which} is missing: `{}` does not exist; copy it there", path.display())
 }
