@@ -17,21 +17,24 @@ pub fn released_folder(expert: ExpertName) -> &'static str {
     FOLDERS[0][expert.index()]
 }
 
+/// Returns the folders at and below a path in which transformers are looked for; none for a file.
+fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let path = find::snapshot(path)?;
+    let below = find::below(Component::Dit);
+    let below = below.iter().map(|name| path.join(name)).filter(|folder| folder.is_dir());
+    Ok(std::iter::once(path.clone()).chain(below).collect())
+}
+
 /// Returns the places of the high-noise and of the low-noise transformer below a folder: two folders, or two files of which one
 /// has `high` in its name and the other one `low`. `None` if the folder does not hold such a pair.
 ///
 /// # Errors
 /// [`Error::Model`] if it is not clear which two files belong together.
 pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let path = &find::snapshot(path)?;
-    let below = find::below(Component::Dit);
-    for folder in std::iter::once(path.clone()).chain(below.iter().map(|name| path.join(name))) {
-        if !folder.is_dir() {
-            continue;
-        }
+    for folder in folders(path)? {
         for names in FOLDERS {
             let places = names.map(|name| folder.join(name));
             if places.iter().all(|place| place.is_dir()) {
@@ -61,15 +64,7 @@ pub(super) struct Half {
 /// # Errors
 /// [`Error::File`] for a folder that cannot be read.
 pub(super) fn half(path: &Path) -> Result<Option<Half>> {
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let path = &find::snapshot(path)?;
-    let below = find::below(Component::Dit);
-    for folder in std::iter::once(path.clone()).chain(below.iter().map(|name| path.join(name))) {
-        if !folder.is_dir() {
-            continue;
-        }
+    for folder in folders(path)? {
         for names in FOLDERS {
             let places = names.map(|name| folder.join(name));
             let there = ExpertName::ALL.into_iter().find(|expert| places[expert.index()].is_dir());
