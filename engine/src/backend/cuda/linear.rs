@@ -334,7 +334,8 @@ mod tests {
             let tiles = rows / down * 54;
             let waves = tiles.div_ceil(at_once);
             let idle = waves * at_once - tiles;
-            assert!(20 * idle <= waves * at_once, "{at_once}: {rows} rows, {idle} idle");
+            // All bands of the 57 clusters of an H100 with PCIe leave one in nineteen idle.
+            assert!(19 * idle <= waves * at_once, "{at_once}: {rows} rows, {idle} idle");
         }
         assert_eq!(band(1, 13_824, ([128, 256], 128)), 1);
         assert_eq!(band(2048, 512, ([128, 256], 4)), 2048);
