@@ -75,6 +75,18 @@ impl Addends {
 }
 
 impl Follows {
+    /// Everything that can follow.
+    pub const ALL: [Self; 8] = [
+        Self::Nothing,
+        Self::Bias,
+        Self::GateAndResidual,
+        Self::Residual,
+        Self::ElementGate,
+        Self::Activation(Activation::Silu),
+        Self::Activation(Activation::GeluTanh),
+        Self::Activation(Activation::GeluErf),
+    ];
+
     /// Returns the epilogue that this asks for.
     pub fn epilogue(self, stream: &CudaStream, addends: &Addends) -> Epilogue {
         let with_bias = Epilogue { bias: Some(addends.bias.at(stream)), ..Epilogue::default() };
@@ -115,16 +127,6 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
         (2200, 264, 80, 0),
         (300, 512, 5120, 0),
     ];
-    let follows = [
-        Follows::Nothing,
-        Follows::Bias,
-        Follows::GateAndResidual,
-        Follows::Residual,
-        Follows::ElementGate,
-        Follows::Activation(Activation::Silu),
-        Follows::Activation(Activation::GeluTanh),
-        Follows::Activation(Activation::GeluErf),
-    ];
     let mut good = true;
     println!("\nmatrix products: rows x columns x inner                          error    worst    limit");
     for kind in [Kind::Bf16, Kind::E4m3, Kind::Fast] {
@@ -136,7 +138,7 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
             if quick && rows * columns * inner > 200_000_000 {
                 continue;
             }
-            for (j, follows) in follows.into_iter().enumerate() {
+            for (j, follows) in Follows::ALL.into_iter().enumerate() {
                 // Two shapes are checked with all epilogues, the others with one or two. Blocks that compute several tiles
                 // are checked with a residual, whose way from the accumulators is the longest.
                 let residual = matches!(follows, Follows::GateAndResidual | Follows::Residual);

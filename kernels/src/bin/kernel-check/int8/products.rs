@@ -28,22 +28,12 @@ pub fn all(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> {
         (5000, 2056, 192, 0),
         (70, 72, 13_824, 0),
     ];
-    let follows = [
-        Follows::Nothing,
-        Follows::Bias,
-        Follows::GateAndResidual,
-        Follows::Residual,
-        Follows::ElementGate,
-        Follows::Activation(Activation::Silu),
-        Follows::Activation(Activation::GeluTanh),
-        Follows::Activation(Activation::GeluErf),
-    ];
     let mut good = true;
     for (i, shape) in shapes.into_iter().enumerate() {
         if quick && shape.0 * shape.1 * shape.2 > 200_000_000 {
             continue;
         }
-        for (j, follows) in follows.into_iter().enumerate() {
+        for (j, follows) in Follows::ALL.into_iter().enumerate() {
             // One shape is checked with all epilogues, the others with two or three.
             if i == 3 || j == 1 || j % shapes.len() == i {
                 for output in [BF16, F32] {
