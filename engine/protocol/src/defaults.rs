@@ -68,6 +68,18 @@ impl Defaults {
         prompt == NEGATIVE_PROMPT || prompt == negative_prompt_flf2v() || prompt == negative_prompt_wan22()
     }
 
+    /// Returns the shift of a schedule, of the released or of the step-distilled model, for a video of this size, which ends at a
+    /// given picture or not.
+    pub fn shift_of(&self, is_distilled: bool, size: Size, has_last_frame: bool) -> f64 {
+        let shift = if is_distilled { self.distilled_shift } else { *self.shift.of(size) };
+        self.last_frame_shift.filter(|_| has_last_frame).unwrap_or(shift)
+    }
+
+    /// Returns the guidance scale of the released or of the step-distilled model.
+    pub fn guidance_of(&self, is_distilled: bool) -> f64 {
+        if is_distilled { self.distilled_guidance } else { self.guidance }
+    }
+
     /// Returns the defaults that Wan2.1 image-to-video was released with, and those of its step-distilled variants.
     pub fn wan21_i2v() -> Self {
         Self {

@@ -335,17 +335,12 @@ impl Settings {
     ) -> Result<Request, InvalidSetting> {
         let sampler = self.sampler.unwrap_or_default();
         let size = self.size.unwrap_or(Size::P480);
-        let (steps, shift, guidance) = match sampler {
-            Sampler::Unipc => (defaults.steps, *defaults.shift.of(size), defaults.guidance),
-            Sampler::Distill | Sampler::DistillRenoise => {
-                (DISTILL_TIMESTEPS.len() as u32, defaults.distilled_shift, defaults.distilled_guidance)
-            }
-        };
+        let steps = if sampler.is_distilled() { DISTILL_TIMESTEPS.len() as u32 } else { defaults.steps };
         // A sampler of few steps among others still has few.
         let mixed = self.sampler_low.is_some_and(|low| low.is_distilled() != sampler.is_distilled());
         let steps = if mixed { MAX_DISTILL_STEPS } else { steps };
         let (last, looped) = (self.last.unwrap_or_default(), self.looped.unwrap_or_default());
-        let shift = defaults.last_frame_shift.filter(|_| looped || !last.is_empty()).unwrap_or(shift);
+        let shift = defaults.shift_of(sampler.is_distilled(), size, looped || !last.is_empty());
         let step_cache = self.step_cache.unwrap_or_default();
         // Without a step cache, the threshold of a configuration that only says what the default is has nothing to tell.
         let is_default = |threshold: &f64| StepCache::ALL.iter().any(|cache| cache.threshold() == *threshold);
@@ -376,7 +371,7 @@ impl Settings {
             steps_base: self.steps_base,
             shift: self.shift.unwrap_or(shift),
             shift_low: self.shift_low,
-            guidance: self.guidance.unwrap_or(guidance),
+            guidance: self.guidance.unwrap_or(defaults.guidance_of(sampler.is_distilled())),
             guidance_low: self.guidance_low,
             guidance_base: self.guidance_base,
             step_cache,

@@ -20,6 +20,7 @@ impl Recipe {
     }
 
     /// Returns the settings that change nothing, by the reason why they do not.
+    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     fn idle(&self, request: &Request) -> impl Iterator<Item = (String, Vec<&'static str>)> {
         let experts = self.step_experts(request);
         let no_low = !experts.contains(&ExpertName::LowNoise.index());
@@ -31,10 +32,13 @@ impl Recipe {
             ("guidance_low", request.guidance_low.is_some()),
         ];
         let high = ("steps_high", request.steps_high.is_some());
+        let shift =
+            self.defaults.shift_of(request.sampler.is_distilled(), request.size, request.has_last_frame());
+        let guidance = self.defaults.guidance_of(request.sampler.is_distilled());
         // What is said of both is that of the low-noise transformer, where nothing else is said of it.
         let both = [
-            ("shift", request.shift_low.is_some() && self.is_own_shift(request)),
-            ("guidance", request.guidance_low.is_some() && self.is_own_guidance(request)),
+            ("shift", request.shift_low.is_some() && request.shift != shift),
+            ("guidance", request.guidance_low.is_some() && request.guidance != guidance),
         ];
         let base = ("guidance_base", request.guidance_base.is_some());
         let of_experts = match self.experts.len() < BASE {
@@ -73,25 +77,6 @@ impl Recipe {
                 settings.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
             (!given.is_empty()).then_some((why, given))
         })
-    }
-
-    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
-    fn is_own_shift(&self, request: &Request) -> bool {
-        let of_last_frame = self.defaults.last_frame_shift.filter(|_| request.has_last_frame());
-        let default = match request.sampler.is_distilled() {
-            true => self.defaults.distilled_shift,
-            false => *self.defaults.shift.of(request.size),
-        };
-        request.shift != of_last_frame.unwrap_or(default)
-    }
-
-    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
-    fn is_own_guidance(&self, request: &Request) -> bool {
-        request.guidance
-            != match request.sampler.is_distilled() {
-                true => self.defaults.distilled_guidance,
-                false => self.defaults.guidance,
-            }
     }
 
     #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
