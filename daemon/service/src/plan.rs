@@ -43,7 +43,7 @@ pub struct Plan {
     pub profile: Option<String>,
     /// Why this profile, as a sentence.
     pub why: String,
-    /// What a user should know of the settings ([`Recipe::remarks`]); nothing while the model is not known.
+    /// What a user should know of the settings ([`Recipe::remarks`]), or that the model is not known.
     pub notes: Vec<String>,
 }
 

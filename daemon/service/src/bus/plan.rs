@@ -15,11 +15,7 @@ use crate::supervisor::profile::Profiles;
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
     let settings = hub.defaults.complete(of.settings);
     let request = hub.defaults.resolve(settings, || 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
-    hub.queue.knows_model(&request)?;
-    hub.queue.loras.find(&request)?;
-    if let Some(recipe) = hub.profiles.recipes().of(request.model.as_deref()) {
-        recipe.check(&request).map_err(|e| BusError::InvalidOption(e.to_string()))?;
-    }
+    hub.queue.check(&request)?;
     if let Some(text) = crate::plan::refusal(&hub.profiles, &request, of.picture) {
         return Err(BusError::NotEnoughMemory(text));
     }

@@ -126,15 +126,9 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit; with
-    /// `invalid-setting` for what the model cannot do; with `output` where the parts of a long video have no room. The errors of
-    /// [`Self::knows_model`] and of [`Loras::find`](crate::loras::Loras::find).
+    /// with `output` where the parts of a long video have no room. The errors of [`Self::check`].
     pub fn admit(&self, request: &Request) -> Result<()> {
-        self.knows_model(request)?;
-        self.loras.find(request)?;
-        // What no engine has opened so far is refused by the engine, in the same words.
-        if let Some(recipe) = self.profiles.recipes().of(request.model.as_deref()) {
-            recipe.check(request)?;
-        }
+        self.check(request)?;
         let reserve = self.config.get().queue.free_mib << 20;
         self.parts.check_room(request, reserve).map_err(|text| Error::refused(ErrorCode::Output, text))?;
         match crate::plan::refusal(&self.profiles, request, None) {
@@ -143,13 +137,20 @@ impl Queue {
         }
     }
 
-    /// Refuses a video of a model that has no such name.
+    /// Refuses a video whose model or `LoRA` nobody knows, or which its model cannot make.
     ///
     /// # Errors
-    /// [`Error::Refused`] with `invalid-setting` and the nearest name.
-    pub fn knows_model(&self, request: &Request) -> Result<()> {
+    /// [`Error::Refused`] with `invalid-setting`: the nearest name of a model, or what the model cannot do. The errors of
+    /// [`Loras::find`](crate::loras::Loras::find).
+    pub fn check(&self, request: &Request) -> Result<()> {
         let found = self.config.get().model_path(request.model.as_deref());
-        found.map(drop).map_err(|why| Error::refused(ErrorCode::InvalidSetting, format!("`model`: {why}")))
+        found.map_err(|why| Error::refused(ErrorCode::InvalidSetting, format!("`model`: {why}")))?;
+        self.loras.find(request)?;
+        // What no engine has opened so far is refused by the engine, in the same words.
+        if let Some(recipe) = self.profiles.recipes().of(request.model.as_deref()) {
+            recipe.check(request)?;
+        }
+        Ok(())
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is
